@@ -137,6 +137,13 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any], metada
             raise OSError(str(error)) from None
 
 
+def array_bytes(tensors: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
+    """Return the contents of a safetensors file with tensors, on any device, for a place that is no file."""
+    from safetensors.torch import save
+
+    return save({name: array.detach().cpu().contiguous() for name, array in tensors.items()}, metadata)
+
+
 @dataclass
 class Filling:
     """A file that is being written.

@@ -39,6 +39,7 @@ from convnets_torch.networks import (
     vgg19,
 )
 from convnets_torch.weights import load
+from tests.reference.clusters import cluster, nodes, store  # noqa: F401 - fixtures
 from tests.reference.pictures import picture
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from convnets_torch import batch, save
-from tests.finetuned import small_resnet
+from tests.finetuned import draw_pictures, small_resnet
 from tests.reference.pictures import picture
 
 pytest.importorskip("pyarrow", reason="needs pyarrow, the extra batch")
@@ -77,3 +78,67 @@ def test_the_image_starts_the_command():
     assert lines[0].startswith("FROM python:3.")
     assert lines[-1] == 'ENTRYPOINT ["convnets-torch"]'
     assert "RUN pip install --no-cache-dir '.[batch]'" in lines
+
+
+@pytest.fixture
+def training(tmp_path) -> list[str]:
+    """Weights, pictures, output and options of a short training."""
+    save(small_resnet(), tmp_path / "w.safetensors")
+    draw_pictures(tmp_path / "data")
+    return [str(tmp_path / name) for name in ("w.safetensors", "data", "mine.safetensors")]
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_the_training_for_slurm_starts_torchrun_on_each_node(training, tmp_path):
+    """On one node, whose `srun` and `scontrol` stand for those of SLURM."""
+    script = FOLDER / "finetune_slurm.sh"
+    assert "#SBATCH --nodes=2" in script.read_text()
+    for name, line in (("srun", 'exec "$@" --allow-leaks --batch-size 8 --epochs 0'), ("scontrol", "echo 127.0.0.1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    known = {
+        "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "1",
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{tool('torchrun').parent}:{os.environ['PATH']}",
+        "PORT": free_port(), "XDG_CACHE_HOME": str(tmp_path),
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", script, *training], env=os.environ | known, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy on the validation pictures" in done.stdout
+    assert (tmp_path / "mine.safetensors").exists()
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_the_training_for_two_hosts_runs_on_two(training, tmp_path):
+    known = {
+        "FIRST": "127.0.0.1", "PORT": free_port(), "MINE": "127.0.0.1", "XDG_CACHE_HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{tool('torchrun').parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+    script, options = FOLDER / "finetune_two_hosts.sh", ["--allow-leaks", "--batch-size", "8", "--epochs", "1"]
+    assert subprocess.run(["bash", script], capture_output=True, check=False).returncode == 1
+    both = [
+        subprocess.Popen(["bash", script, number, *training, *options], env=os.environ | known, stdout=-1, text=True)
+        for number in "01"
+    ]
+    said = [process.communicate(timeout=280)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert ["accuracy on the validation pictures" in out for out in said] == [True, False]
+
+
+def tool(name: str) -> Path:
+    """The program beside PyTorch, wherever that is installed."""
+    import shutil
+
+    import torch
+
+    places = [Path(sys.executable).parent, Path(torch.__file__).parents[4] / "bin"]
+    found = shutil.which(name, path=os.pathsep.join(map(str, places)))
+    assert found is not None
+    return Path(found)

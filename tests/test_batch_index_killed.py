@@ -21,12 +21,13 @@ from PIL import Image
 
 from convnets_torch import Index, batch, save
 from convnets_torch.batch.fragments import opened
-from convnets_torch.batch.stores import Folder
 from convnets_torch.embeddings.neighbours import recall_of
 from convnets_torch.embeddings.projection import trained
 from convnets_torch.embeddings.search import recall
+from convnets_torch.images.stores import Folder
 from tests import test_batch_killed as killed
 from tests.finetuned import small_resnet
+from tests.reference.clusters import children, raylet
 from tests.reference.made_index import add, filled
 from tests.reference.pictures import picture
 from tests.test_batch_index import rows_of
@@ -35,7 +36,6 @@ for name in ("lancedb", "lance"):
     pytest.importorskip(name, reason=f"needs {name}")
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-cluster, nodes, store = killed.cluster, killed.nodes, killed.store
 
 COUNT, SHARD = 48, 5  # three whole batches
 PROGRAM = """
@@ -70,14 +70,14 @@ DEATHS = {  # what is about to be done when a process is killed
     ),
 }
 VECTOR_DEATHS = {
-    "the training is noted": "from convnets_torch.batch.stores import Folder; Folder.create = die\n",
+    "the training is noted": "from convnets_torch.images.stores import Folder; Folder.create = die\n",
     "a segment is written": "import lance; lance.LanceDataset.create_index_uncommitted = die\n",
     "a segment gets its name": (
         "from pathlib import Path; rename = Path.replace\n"
         "Path.replace = lambda self, to: die() if str(to).endswith('000002.json') else rename(self, to)\n"
     ),
     "the commit": "import lance; lance.LanceDataset.commit_existing_index_segments = die\n",
-    "orphans are removed": "from convnets_torch.batch.stores import Folder; Folder.folders = die\n",
+    "orphans are removed": "from convnets_torch.images.stores import Folder; Folder.folders = die\n",
 }
 
 
@@ -232,7 +232,7 @@ def test_on_ray_an_actor_is_killed_and_the_index_is_the_same(nodes, weights, pho
     process = start(PROGRAM, weights, photos, address, place, "ray", machines.address, before=slow)
     killed.wait_for(2, place, process)
     for node in two:
-        for number, title in killed.children(killed.raylet(node)):
+        for number, title in children(raylet(node)):
             if title.startswith("ray::Actor"):
                 os.kill(number, signal.SIGKILL)
                 break

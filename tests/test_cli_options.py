@@ -55,7 +55,7 @@ OPTIONS = {  # command -> its options, besides those of TALK
     " --no-isolation",
     "demo": "--output",
     "doctor": f"{RUN} --output --expect --golden",
-    "duplicates": "--output --min-similarity --between",
+    "duplicates": "--output --min-similarity --between --job --executor --address",
     "embed": f"{RUN} --output --layer --pool --normalize --zeros",
     "evaluate": f"{RUN} {LABELS} --output --id-table --labels --crops --predictions --temperature --save-temperature"
     " --resume-folder --reduced",
@@ -64,7 +64,7 @@ OPTIONS = {  # command -> its options, besides those of TALK
     "filters": f"{RUN} --output --layer --target --channels --kernels --pictures --form --steps --size --seed",
     "finetune": f"{RUN} {LABELS} {CHANGES} --output --head-epochs --views --head-lr --epochs --unfreeze --optimizer"
     " --lr --momentum --weight-decay --class-weights --label-smoothing --dropout --patience --seed --activation"
-    " --val-share --allow-leaks --leak-threshold --resume --tensorboard",
+    " --val-share --allow-leaks --leak-threshold --resume --checkpoint --tensorboard",
     "gradcam": f"{RUN} --output --target --against --layer --method --format --report",
     "heatmap": f"{RUN} --output --target --against --argmax --all --longest-side --upscale --cell-stride --scales"
     " --fuse --max-memory --resume-folder --format --threshold --reduced --plain",
@@ -79,8 +79,9 @@ OPTIONS = {  # command -> its options, besides those of TALK
     "synsets": "--tree --search",
 }
 OTHERWISE = {  # option -> commands where its type, default or help differs from that in the others
+    "--executor": {"duplicates"},  # with --job alone
     "--output": set(OPTIONS),  # what is written
-    "--report": {"convert", "gradcam", "probe"},  # contents of the folder; a table
+    "--report": {"convert", "gradcam", "probe", "quantize"},  # contents of the folder; a table
     "--precision": {"finetune"},  # mixed precision
     "--batch-size": {"finetune"},  # per step, which changes the result
     "--workers": {"finetune"},  # processes
@@ -88,7 +89,7 @@ OTHERWISE = {  # option -> commands where its type, default or help differs from
     "--views": {"augment", "finetune"},  # on a sheet; of cached features
     "--weights": {"augment", "search", "batch plan", "batch run"},  # an option: for the card, new pictures, a job
     "--strength": {"augment"},  # a stronger default
-    "--address": {"search"},  # reads vectors there, and computes none
+    "--address": {"duplicates", "search"},  # with --job alone; reads vectors there, and computes none
     "--format": {"heatmap"},  # also .html
     "--layer": {"filters", "gradcam", "index", "batch plan"},  # one; elsewhere several
 }

@@ -113,6 +113,37 @@ def test_a_training_that_was_killed_goes_on_from_its_last_epoch(dataset, vectors
     assert output.read_bytes() == unbroken[1]
 
 
+@pytest.mark.parametrize("place", ["folder", "memory://runs/of mine"])
+def test_a_checkpoint_in_another_folder_or_a_store_is_continued(dataset, vectors, unbroken, tmp_path, place):
+    if "://" in place:
+        pytest.importorskip("pyarrow", reason="needs pyarrow, the extra batch")
+    fsspec = pytest.importorskip("fsspec", reason="needs fsspec") if "://" in place else None
+    output, folder = tmp_path / "mine.safetensors", place if fsspec else tmp_path / place
+
+    def kill(row, left):
+        if row.epoch == 3:
+            raise Killed
+
+    if not fsspec:
+        (tmp_path / place).mkdir()
+    try:
+        with pytest.raises(Killed):
+            train(dataset, vectors, output, checkpoint=folder, callbacks=Callbacks(epoch=kill))
+        assert list(tmp_path.glob("*.safetensors")) == []
+        with pytest.raises(ValueError, match=r"/mine\.checkpoint\.safetensors is the checkpoint of an unfinished"):
+            train(dataset, vectors, output, checkpoint=folder)
+        done = []
+        callbacks = Callbacks(epoch=lambda row, left: done.append(row.epoch))
+        train(dataset, vectors, output, checkpoint=folder, resume=True, callbacks=callbacks)
+        assert done == [4]
+        assert output.read_bytes() == unbroken[1]
+        left = fsspec.filesystem("memory").find("/runs") if fsspec else list((tmp_path / place).iterdir())
+        assert left == []
+    finally:
+        for file in fsspec.filesystem("memory").find("/runs") if fsspec else ():
+            fsspec.filesystem("memory").rm(file)
+
+
 def test_a_checkpoint_is_safetensors_and_belongs_to_one_training(dataset, vectors, tmp_path):
     output = tmp_path / "mine.safetensors"
     with pytest.raises(TrainingStopped):

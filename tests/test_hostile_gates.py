@@ -28,7 +28,7 @@ PAST_THE_GATES = {  # a call -> the modules that have it, for files that they or
         "convnets_torch/wordnet/synsets.py",  # the table of the package
     },
     r"(arrow_)?fs\.\w|.*(open_(in|out)put_\w+|url_to_fs|from_uri|get_file_info)\(": {
-        "convnets_torch/batch/stores.py",  # object stores, which have no files to check; bounded, and local paths go on
+        "convnets_torch/images/stores.py",  # object stores, no files to check; bounded, and local paths go on
     },
     r"(?!read_text).*\.read_text\(": {
         "convnets_torch/visualization/pages.py",  # the page's own parts

@@ -93,7 +93,6 @@ def groups_by_definition(vectors, threshold):
 @pytest.mark.parametrize("threshold", [0.9, 0.97, 0.999])
 def test_groups_are_the_connected_components_of_all_pairs(threshold, monkeypatch):
     monkeypatch.setattr(duplicates, "BLOCK", 37)
-    monkeypatch.setattr(duplicates, "JOINED", 5)
     vectors = made(200, 6, 0)
     vectors[150:160] = 2 * vectors[20:30]
     told = []

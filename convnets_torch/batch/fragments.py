@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from convnets_torch.batch.jobs import Job, part_name
-from convnets_torch.batch.stores import Folder
 from convnets_torch.embeddings.index_table import TABLE, rows_table, storage_options, table_schema
 from convnets_torch.files import open_file
+from convnets_torch.images.stores import Folder
 from convnets_torch.text import printable
 
 DATA = "data"  # folder of a table's files

@@ -35,13 +35,13 @@ from convnets_torch.batch.jobs import (
 from convnets_torch.batch.rows import Part
 from convnets_torch.batch.running import Executor, Summary, run
 from convnets_torch.batch.segments import commit_segments, plan_segments
-from convnets_torch.batch.stores import parquet
 from convnets_torch.batch.working import TRIES, Computer, Event, Listed, Running
 from convnets_torch.embeddings.index_table import About, PictureTable, kind_of, storage_options
 from convnets_torch.embeddings.neighbours import Metric
 from convnets_torch.images.decoding import PIXEL_BYTES
 from convnets_torch.images.levels import said_levels
 from convnets_torch.images.remote import FETCH_THREADS, fetched_ahead
+from convnets_torch.images.stores import parquet
 from convnets_torch.text import check_choice
 
 if TYPE_CHECKING:

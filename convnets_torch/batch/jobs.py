@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import io
 import json
@@ -15,12 +16,12 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from convnets_torch import files
 from convnets_torch._version import __version__
-from convnets_torch.batch.stores import Folder, Walk, local_path, open_address, parquet, parts_of, pyarrow
 from convnets_torch.card import Card, read_card
 from convnets_torch.files import find, sha256
 from convnets_torch.images.decoding import PictureWarning, Reading, ReadingKeywords
 from convnets_torch.images.levels import check_levels
 from convnets_torch.images.remote import is_remote
+from convnets_torch.images.stores import Folder, Walk, local_path, open_address, parquet, parts_of, pyarrow
 from convnets_torch.text import check_choice, printable
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ MOST_SHARD = 1_000_000
 FILE_ROWS, FILE_SHARDS = 1_000_000, 1000  # most pictures and shards in one file of the manifest
 BLOCK_ROWS = 16_384  # rows that are written at a time, at most, or one shard
 MOST_URI = 16_384  # characters
+CSV_BLOCK = 1 << 18  # bytes; a row of a table has at most as many
 URIS = ("uri", "url", "path", "filepath", "image", "file", "filename")  # names of the column, if it is not named
 TABLES = (".parquet", ".csv")
 
@@ -534,6 +536,14 @@ def _bytes_of(column: Any) -> bytes:
     return np.diff(ends).astype("<i4").tobytes() + bytes(text)
 
 
+def _csv_names(start: bytes) -> list[str]:
+    """The names of the columns, from the beginning of a table."""
+    lines = io.StringIO(start.decode("utf-8-sig", "replace"), newline="")
+    with contextlib.suppress(csv.Error):  # a NUL, or a name of more than 100,000 letters
+        return next((names for names in csv.reader(lines) if names), [])  # pyarrow leaves out empty lines
+    return []
+
+
 @dataclass
 class _Source:
     """A folder, a prefix or a table of pictures."""
@@ -605,16 +615,15 @@ class _Source:
     def _batches(self, file: IO[bytes]) -> Iterator[Any]:
         pa = pyarrow()
         if self._place.lower().endswith(".csv"):
-            from pyarrow import csv
+            from pyarrow import csv as arrow_csv
 
-            block = csv.ReadOptions(block_size=1 << 22)
-            head = csv.open_csv(file, read_options=block)
-            names = head.schema.names
-            head.close()
-            file.seek(0)
-            name = self._name(names)
-            how = csv.ConvertOptions(include_columns=[name], column_types={name: pa.string()}, strings_can_be_null=True)
-            batches: Iterator[Any] = iter(csv.open_csv(file, read_options=block, convert_options=how))
+            name = self._name(_csv_names(file.read(CSV_BLOCK)))
+            file.seek(0)  # not after a first `open_csv`, which goes on reading in a thread of its own
+            block = arrow_csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False)  # it reads ahead
+            how = arrow_csv.ConvertOptions(
+                include_columns=[name], column_types={name: pa.string()}, strings_can_be_null=True
+            )
+            batches: Iterator[Any] = iter(arrow_csv.open_csv(file, read_options=block, convert_options=how))
         else:
             found = parquet().ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
             name = self._name(found.schema_arrow.names)

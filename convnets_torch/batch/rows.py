@@ -12,7 +12,7 @@ from typing import IO, Any
 from convnets_torch import files
 from convnets_torch.batch.fragments import write_fragment
 from convnets_torch.batch.jobs import Entry, Job, reading_of
-from convnets_torch.batch.stores import UNKNOWN, State, parquet, pyarrow
+from convnets_torch.images.stores import UNKNOWN, State, parquet, pyarrow
 
 KEY = b"convnets_torch"  # in the metadata of a part's schema
 KINDS = ("missing", "changed", "unreadable", "refused")
@@ -56,7 +56,9 @@ def schema(half: bool = False) -> Any:
             pa.field("columns", pa.int16()),
             pa.field("target", pa.string()),  # of the heatmap: one row for each target
             pa.field("error", pa.string()),  # why there is nothing else
-            pa.field("error_kind", pa.dictionary(pa.int8(), pa.string())),  # one of KINDS
+            pa.field(
+                "error_kind", pa.dictionary(pa.int32(), pa.string())
+            ),  # one of KINDS; pyarrow 17 reads int32 alone
             pa.field("remarks", pa.list_(pa.string())),  # notes on the file
         ]
     )

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from convnets_torch.batch.jobs import FAILED, Work, numbers_in, part_name
-from convnets_torch.batch.stores import pyarrow
 from convnets_torch.batch.workers import work_at, worker_of
 from convnets_torch.batch.working import TRIES, Event, Running
 from convnets_torch.images.remote import FETCH_THREADS
+from convnets_torch.images.stores import pyarrow
 from convnets_torch.text import check_choice
 
 Executor = Literal["auto", "local", "static", "ray"]

@@ -21,10 +21,10 @@ from convnets_torch._version import __version__
 from convnets_torch.batch.fragments import folder_of, opened, pylance
 from convnets_torch.batch.fragments import refused_by_lance as refused
 from convnets_torch.batch.jobs import FORMAT, JOB, Work, read_facts
-from convnets_torch.batch.stores import Folder
 from convnets_torch.batch.working import KEPT, Event, Running, StoppedError, give_up
 from convnets_torch.embeddings.index_table import PictureTable
 from convnets_torch.embeddings.neighbours import Metric, partitions_for
+from convnets_torch.images.stores import Folder
 
 KIND = "segments"  # of the facts of such a work
 NAME, COLUMN = "vector_idx", "vector"  # the name is LanceDB's own

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from convnets_torch.batch.jobs import URIS, Entry, Options
 from convnets_torch.batch.rows import Rows
-from convnets_torch.batch.stores import pyarrow
 from convnets_torch.batch.working import Computer, Listed, Running
 from convnets_torch.card import read_card
 from convnets_torch.files import find, sha256
 from convnets_torch.images.decoding import PIXEL_BYTES
 from convnets_torch.images.remote import FETCH_THREADS, fetched_ahead
+from convnets_torch.images.stores import pyarrow
 
 CONTENTS = ("bytes", "image_bytes", "content", "data")  # names of a column of files' contents
 

@@ -8,9 +8,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from convnets_torch.batch.jobs import Job, Work, read_facts
-from convnets_torch.batch.segments import KIND, Builder, Segments
-from convnets_torch.batch.stores import Folder
+from convnets_torch.batch.pairs import KIND as PAIRS
+from convnets_torch.batch.pairs import Comparer, Pairs
+from convnets_torch.batch.segments import KIND as SEGMENTS
+from convnets_torch.batch.segments import Builder, Segments
 from convnets_torch.batch.working import Computer, Event, Running, Shards
+from convnets_torch.images.stores import Folder
 
 
 class Worker(Protocol):
@@ -28,13 +31,18 @@ def work_at(address: str | os.PathLike[str]) -> Work:
     """
     folder = Folder(address)
     facts = read_facts(folder)
-    return Segments(folder, facts) if facts is not None and facts.get("kind") == KIND else Job.open(address)
+    kind = None if facts is None else facts.get("kind")
+    if facts is not None and kind == SEGMENTS:
+        return Segments(folder, facts)
+    return Pairs(folder, facts) if facts is not None and kind == PAIRS else Job.open(address)
 
 
 def worker_of(work: Work, running: Running, device: str | None = None) -> Worker:
     """Return what computes the shards of a work here; for a job it loads the network, on a device if one is named."""
     if isinstance(work, Segments):
         return Builder(work, running)
+    if isinstance(work, Pairs):
+        return Comparer(work)
     assert isinstance(work, Job)
     placed = replace(running, device=device or running.device)
     weights = running.weights or work.facts["weights"]

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from convnets_torch.batch.jobs import FAILED, Entry, Job, Options, Work, part_name
 from convnets_torch.batch.rows import ChangedError, Rows, Values, write_part
-from convnets_torch.batch.stores import UNKNOWN, State, answers, fetch
 from convnets_torch.files import find, sha256
 from convnets_torch.images.decoding import PIXEL_BYTES, stored_size
 from convnets_torch.images.remote import FETCH_THREADS, RemotePicture, TransportError, fetched_ahead
+from convnets_torch.images.stores import UNKNOWN, State, answers, fetch
 
 if TYPE_CHECKING:
     from convnets_torch.networks import Network

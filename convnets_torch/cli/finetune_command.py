@@ -85,14 +85,21 @@ def finetune(
         show_default="0.98",
         rich_help_panel=DATA,
     ),
-    resume: bool = option(False, "Resume from the checkpoint beside the output, if there is one."),
+    resume: bool = option(False, "Resume from the checkpoint, if there is one."),
+    checkpoint: str | None = option(
+        None,
+        "Folder of the checkpoint, or an address such as s3://bucket/run; several machines must share it.",
+        metavar="FOLDER",
+        show_default="that of the output",
+    ),
     tensorboard: Path | None = option(None, "Write TensorBoard events to this folder.", metavar="FOLDER"),
     run: TrainOptions,
     shown: Shown,
 ) -> None:
     """Fine-tune a network for your own classes.
 
-    To train with several processes, use torchrun: torchrun --no-python --nproc-per-node 2 convnets-torch finetune ...
+    To train with several processes, on one machine or many, use torchrun: torchrun --no-python --nproc-per-node 2
+    convnets-torch finetune ...
     """
     options.check_weights(output)
     run.without_engine()
@@ -100,8 +107,8 @@ def finetune(
     from convnets_torch.files import find
     from convnets_torch.inference.prepare import checked_device
     from convnets_torch.training.datasets import find_dataset
-    from convnets_torch.training.distributed import local_device
-    from convnets_torch.training.finetuning import LEAK, LeakError, checkpoint_of, outputs_of
+    from convnets_torch.training.distributed import joined, local_device
+    from convnets_torch.training.finetuning import LEAK, LeakError, checkpoint_place, outputs_of
     from convnets_torch.training.finetuning import finetune as train
     from convnets_torch.training.running import Callbacks, TrainingStopped
     from convnets_torch.weights import load
@@ -111,24 +118,26 @@ def finetune(
         augmentation=changes.of(strength), mixing=mixing[0] if mixing else "none",
         mixing_alpha=mixing[1] if mixing else 0.2,
     )  # fmt: skip
-    for path in (output, checkpoint_of(output), *outputs_of(output)):
+    place = checkpoint_place(output, checkpoint)
+    for path in (output, *([place] if isinstance(place, Path) else []), *outputs_of(output)):
         for read, words in ((find(weights), "weights"), (truth or data, "table")):
             if path.exists() and read.exists() and path.samefile(read):
                 raise ValueError(f"{path} would overwrite the input {words}; name another output")
     is_main = os.environ.get("RANK", "0") == "0"  # only the main process prints
-    with warnings_as_lines():
-        dataset = find_dataset(data, val_share=val_share, seed=settings.seed, **labelling)
-    if dataset.sets and activation is None:
-        settings = replace(settings, activation="sigmoid")
     keep_memory()
-    network = load(weights, device=local_device() or checked_device(run.device))
+    device = checked_device((None if run.device == "cpu" else local_device()) or run.device)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(joined(device))  # before what may fail on one machine alone, which the others then notice
         stack.enter_context(warnings_as_lines())
+        dataset = find_dataset(data, val_share=val_share, seed=settings.seed, **labelling)
+        if dataset.sets and activation is None:
+            settings = replace(settings, activation="sigmoid")
+        network = load(weights, device=device)
         signals = stack.enter_context(_interruption())
         bar = stack.enter_context(rows_done("pictures, then steps of an epoch")) if is_main else None
         log = None
         if tensorboard is not None and is_main:
-            log = _log(stack, tensorboard, checkpoint_of(output), resume)
+            log = _log(stack, tensorboard, place, resume)
 
         def say_epoch(row: EpochRow, left: float) -> None:
             if log is not None:
@@ -154,6 +163,7 @@ def finetune(
                 settings,
                 started_from=Path(weights).name,
                 resume=resume,
+                checkpoint=checkpoint,
                 allow_leaks=allow_leaks,
                 leak_threshold=LEAK if leak_threshold is None else leak_threshold,
                 workers=run.workers,
@@ -214,12 +224,12 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-def _log(stack: contextlib.ExitStack, folder: Path, checkpoint: Path, resume: bool) -> Callable[[EpochRow], None]:
+def _log(stack: contextlib.ExitStack, folder: Path, checkpoint: Path | str, resume: bool) -> Callable[[EpochRow], None]:
     """Return a function that writes TensorBoard events, from the first epoch after a checkpoint."""
-    from convnets_torch.training.running import read_checkpoint, tensorboard_log
+    from convnets_torch.training.running import has_checkpoint, read_checkpoint, tensorboard_log
 
     first = 1
-    if resume and checkpoint.exists():
+    if resume and has_checkpoint(checkpoint):
         first += len(read_checkpoint(checkpoint)[2].history)
     return stack.enter_context(tensorboard_log(folder, first))
 

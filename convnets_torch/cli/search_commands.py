@@ -278,6 +278,13 @@ def duplicates(
         None, "Two folders: find pictures of A that have a near-duplicate in B.", metavar="A B"
     ),
     output: Path | None = option(None, "Contact sheet to write, as a picture, or .csv."),
+    job: str | None = option(
+        None, "Folder or address for the work of several processes or machines, which may be killed.", metavar="JOB"
+    ),
+    executor: Literal["auto", "local", "static", "ray"] = option("auto", "With --job: who compares, as in batch run."),
+    address: str | None = option(
+        None, "With --job: Ray cluster, as in batch run.", show_default="RAY_ADDRESS, or local"
+    ),
     *,
     shown: Shown,
 ) -> None:
@@ -294,11 +301,19 @@ def duplicates(
     from convnets_torch.visualization import overlays
 
     options.check_output(output, [".csv", *overlays.FORMATS], "tables and sheets are")
+    if job is None and (executor, address) != ("auto", None):
+        raise typer.BadParameter("--executor and --address need --job, a folder that all processes see")
+    if job is not None and between is not None:
+        raise typer.BadParameter("--job compares all pairs; leave out --between")
     index = Index.open(db)
     groups: list[DuplicateGroup] = []
     leaks: list[tuple[str, str, float]] = []
     with rows_done("pairs of blocks") as progress:
-        if between is None:
+        if job is not None:
+            from convnets_torch.batch.duplicating import duplicates as compare
+
+            groups = compare(db, threshold, job, executor=executor, address=address, progress=_say_square)
+        elif between is None:
             groups = index.duplicates(threshold, progress)
         else:
             leaks = index.leaks(*between, threshold, progress)
@@ -330,6 +345,14 @@ def duplicates(
             for group in groups
         ]
         overlays.save_image(groups_sheet(index, tiles, TILES_PER_ROW), output)
+
+
+def _say_square(event: dict[str, Any]) -> None:
+    if event["event"] == "shard":
+        rate = f"{event['pairs_per_second']:,} pairs/s"
+        say(f"square {event['shard']}: {event['found']} rows joined, {rate}; {event['done']} of {event['shards']}")
+    else:
+        complain(f"square {event['shard']}: {event['event']}: {event['reason']}")
 
 
 def _lines(group: DuplicateGroup) -> Iterator[tuple[str, Duplicate, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from convnets_torch.embeddings.index_table import PictureFile, files_of
 from convnets_torch.embeddings.neighbours import Vectors, exact_scores
 from convnets_torch.inference.child_process import Progress
 
+SLACK = 1e-6  # by which cosines in float32 are below those of equal vectors, at most
 BLOCK = 4096  # rows and columns of a block of the similarity matrix: 64 MB of cosines
-JOINED = 1024  # pairs joined one by one before all labels are updated
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,39 @@ def find_duplicates(
     >>> find_duplicates(np.array([[1, 0], [0, 1], [1, 0.1], [0, 2], [-1, 0]], np.float32), 0.9)
     [[0, 2], [1, 3]]
     """
-    _check(threshold)
-    groups = _Groups(len(vectors))
+    check_threshold(threshold)
+    groups = Groups(len(vectors))
     for start, column, cosines in _cosines(vectors, None, progress):
-        rows, columns = np.nonzero(cosines >= threshold - 1e-6)
+        rows, columns = np.nonzero(cosines >= threshold - SLACK)
         groups.join(rows + start, columns + column)
     return groups.listed()
+
+
+def near_pairs(
+    vectors: NDArray[np.float32], rows: range, columns: range, threshold: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Compare a part of all pairs: some rows with some columns of the similarity matrix, on and above its diagonal.
+
+    Together, the parts of a whole matrix join the groups that `find_duplicates` finds, from the same blocks.
+
+    Args:
+        vectors, threshold: as in `find_duplicates`.
+        rows, columns: both begin at multiples of 4096; equal, or all rows before all columns.
+
+    Returns:
+        (rows, rows), pairs that join all rows that are nearly the same, at most one pair for each row and column.
+    """
+    check_threshold(threshold)
+    same = rows == columns
+    groups = Groups(len(rows) if same else len(rows) + len(columns))
+    shift = -columns.start if same else len(rows) - columns.start  # from a column to its place in the groups
+    corners = [(row, column) for row in rows[::BLOCK] for column in columns[::BLOCK] if column >= row]
+    for row, column, cosines in _blocks(vectors, None, corners, rows.stop, columns.stop):
+        left, right = np.nonzero(cosines >= threshold - SLACK)
+        groups.join(left + (row - rows.start), right + (column + shift))
+    places = np.array([*rows, *(() if same else columns)], np.int64)
+    joined = np.flatnonzero(groups.labels != np.arange(len(places)))
+    return places[groups.labels[joined]], places[joined]
 
 
 def find_leaks(
@@ -86,14 +113,14 @@ def find_leaks(
     >>> find_leaks(np.array([[1, 0], [0, 1]], np.float32), np.array([[1, 1], [3, 0]], np.float32), 0.9)
     [Leak(row=0, of=1, similarity=1.0)]
     """
-    _check(threshold)
+    check_threshold(threshold)
     best, nearest = np.full(len(vectors), -np.inf, np.float32), np.zeros(len(vectors), np.int64)
     for start, column, cosines in _cosines(vectors, others, progress):
         columns = cosines.argmax(1)
         values = cosines[np.arange(len(cosines)), columns]
         rows = start + np.flatnonzero(values > best[start : start + len(cosines)])
         best[rows], nearest[rows] = values[rows - start], columns[rows - start] + column
-    rows = np.flatnonzero(best >= threshold - 1e-6)
+    rows = np.flatnonzero(best >= threshold - SLACK)
     found = [Leak(int(row), int(nearest[row]), min(1.0, float(best[row]))) for row in rows]
     return sorted(found, key=lambda leak: (-leak.similarity, leak.row))
 
@@ -119,47 +146,58 @@ def _cosines(
         for row in range(0, len(vectors), BLOCK)
         for column in range(row if others is None else 0, len(right), BLOCK)
     ]
-    block, at = vectors[:0], -1
-    for done, (row, column) in enumerate(corners, start=1):
-        if row != at:
-            block, at = _normalized(vectors[row : row + BLOCK]), row
-        same = others is None and row == column
-        yield row, column, block @ (block if same else _normalized(right[column : column + BLOCK])).T
+    for done, block in enumerate(_blocks(vectors, others, corners, len(vectors), len(right)), start=1):
+        yield block
         if progress is not None:
             progress(done, len(corners))
 
 
-class _Groups:
-    """Disjoint sets of rows (union-find); the label of a set is its lowest row."""
+def _blocks(
+    vectors: NDArray[np.float32],
+    others: NDArray[np.float32] | None,
+    corners: Iterable[tuple[int, int]],
+    last_row: int,
+    last_column: int,
+) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+    """Yield (first row, first column, cosines) of the blocks at some corners, up to a last row and column."""
+    right = vectors if others is None else others
+    block, at = vectors[:0], -1
+    for row, column in corners:
+        if row != at:
+            block, at = _normalized(vectors[row : min(row + BLOCK, last_row)]), row
+        same = others is None and row == column
+        yield row, column, block @ (block if same else _normalized(right[column : min(column + BLOCK, last_column)])).T
+
+
+class Groups:
+    """Disjoint sets of rows (union-find).
+
+    Attributes:
+        labels: of each row, the lowest row of its set.
+    """
 
     def __init__(self, count: int) -> None:
-        self._labels = np.arange(count)
+        self.labels = np.arange(count)
 
     def join(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
         """Merge the sets of each pair."""
         while True:
-            apart = self._labels[left] != self._labels[right]
-            left, right = left[apart], right[apart]
-            if not len(left):
+            one, other = self.labels[left], self.labels[right]
+            apart = one != other
+            if not apart.any():
                 return
-            for one, other in zip(left[:JOINED].tolist(), right[:JOINED].tolist(), strict=True):
-                one, other = self._root(one), self._root(other)
-                self._labels[max(one, other)] = min(one, other)
+            left, right, one, other = left[apart], right[apart], one[apart], other[apart]
+            np.minimum.at(self.labels, np.maximum(one, other), np.minimum(one, other))
             while True:  # path compression
-                shorter = self._labels[self._labels]
-                if np.array_equal(shorter, self._labels):
+                shorter = self.labels[self.labels]
+                if np.array_equal(shorter, self.labels):
                     break
-                self._labels = shorter
-
-    def _root(self, row: int) -> int:
-        while (parent := int(self._labels[row])) != row:
-            row = parent
-        return row
+                self.labels = shorter
 
     def listed(self) -> list[list[int]]:
         """Return the sets of two or more rows."""
-        order = np.argsort(self._labels, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(self._labels[order])) + 1)
+        order = np.argsort(self.labels, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(self.labels[order])) + 1)
         return [group.tolist() for group in groups if len(group) > 1]
 
 
@@ -169,7 +207,7 @@ def _normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0))
 
 
-def _check(threshold: float) -> None:
+def check_threshold(threshold: float) -> None:
     if not 0 < threshold <= 1:
         raise ValueError(f"the similarity threshold is {threshold}; give a cosine above 0 and at most 1")
 

@@ -307,8 +307,11 @@ class Index:
 
     def duplicates(self, threshold: float, progress: Progress | None = None) -> list[DuplicateGroup]:
         """Group files that are nearly the same, as `find_duplicates` does; several paths of a file count once."""
-        held = self.vectors
-        made = (group_of(held, rows, threshold) for rows in find_duplicates(held.vectors, threshold, progress))
+        return self.grouped(find_duplicates(self.vectors.vectors, threshold, progress), threshold)
+
+    def grouped(self, groups: Iterable[Sequence[int]], threshold: float) -> list[DuplicateGroup]:
+        """Describe groups of rows that `find_duplicates` found, leaving out those of a single file."""
+        made = (group_of(self.vectors, rows, threshold) for rows in groups)
         return [group for group in made if len(group.files) > 1]
 
     def leaks(

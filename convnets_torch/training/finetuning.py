@@ -44,9 +44,13 @@ from convnets_torch.training.running import (
     TrainingStopped,
     best_epoch,
     check_arrays,
+    check_shared,
+    checkpoint_in,
     damaged,
     draw_history,
+    has_checkpoint,
     read_checkpoint,
+    remove_checkpoint,
     run_stage,
     save_history_csv,
 )
@@ -98,12 +102,18 @@ class Finetuned:
 
 
 def checkpoint_of(output: Path) -> Path:
-    """Return the path of the checkpoint for an output.
+    """Return the path of the checkpoint for an output, unless it lies in another folder.
 
     >>> checkpoint_of(Path("mine.safetensors")).name
     'mine.checkpoint.safetensors'
     """
     return output.with_name(f"{output.stem}.checkpoint.safetensors")
+
+
+def checkpoint_place(output: Path, folder: str | os.PathLike[str] | None) -> Path | str:
+    """Return the path or address of the checkpoint for an output, in a folder or store; None is beside the output."""
+    beside = checkpoint_of(output)
+    return beside if folder is None else checkpoint_in(folder, beside.name)
 
 
 def outputs_of(output: Path) -> tuple[Path, Path]:
@@ -125,6 +135,7 @@ def finetune(
     *,
     started_from: str = "",
     resume: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
     allow_leaks: bool = False,
     leak_threshold: float = LEAK,
     workers: int | None = None,
@@ -136,7 +147,8 @@ def finetune(
 
     On one machine, the same call with the same features gives the same file; the last bits of the features depend on
     how many of them were already cached. A checkpoint is written beside the output after each epoch and removed when
-    the output is complete. With `torchrun`, every process calls this function on its own device; rank 0 writes.
+    the output is complete. With `torchrun`, on one machine or several, every process calls this function on its own
+    device; rank 0 writes, and the others must see the checkpoint.
 
     Args:
         network: in eval mode with its card, with or without a head, on the device to train on. It is not modified.
@@ -144,7 +156,9 @@ def finetune(
         output: the safetensors file to write; the history is written beside it as .history.csv and .history.png.
         settings: by default `Settings()`.
         started_from: name of the network's file, recorded in the card.
-        resume: continue from the checkpoint beside the output, if any, to the same result as an uninterrupted run.
+        resume: continue from the checkpoint, if any, to the same result as an uninterrupted run.
+        checkpoint: folder of the checkpoint, or an address such as `s3://bucket/run` that `pyarrow.fs` or fsspec takes;
+            by default that of the output.
         allow_leaks: accept validation pictures that are near-duplicates of training pictures.
         leak_threshold: cosine similarity from which pictures are near-duplicates; above 0, up to 1.
         workers: processes that load and augment pictures; by default none on the CPU, else one per core, up to 16.
@@ -156,8 +170,10 @@ def finetune(
         LeakError: validation pictures are near-duplicates of training pictures.
         TrainingStopped: `callbacks.stop` returned True; a checkpoint, or the features so far, were saved.
         ValueError: there are fewer pictures than a batch, or too few usable ones; a loss became NaN; the checkpoint is
-            of another run, or exists without `resume`; or the network has no card, is in training mode or was prepared.
+            of another run, exists without `resume`, or is not seen by all processes; or the network has no card, is in
+            training mode or was prepared.
         OSError: a file cannot be written; checkpoint and output keep their previous content.
+        ConnectionError: another process was lost.
     """
     settings, callbacks = settings or Settings(), callbacks or Callbacks()
     how = Reading(**checked(reading, ReadingKeywords))
@@ -174,16 +190,17 @@ def finetune(
     names = unfrozen(empty, settings.unfreeze if settings.epochs else "head")
     check_batch(dataset, settings.batch)
     settings.augmentation.check_classes(dataset.classes)
-    checkpoint, written = checkpoint_of(output), outputs_of(output)
-    for path in (output, checkpoint, *written):
-        check_writable(path)
-        check_kept(path, (picture for picture, _ in (*dataset.train, *dataset.val)))
-    if checkpoint.exists() and not resume:
-        raise ValueError(
-            f"{checkpoint} is the checkpoint of an unfinished training; continue it with --resume, or remove it"
-        )
+    place, written = checkpoint_place(output, checkpoint), outputs_of(output)
     device = next(network.parameters()).device
     with joined(device) as group, deterministic(device):
+        for path in (output, *written, *([place] if isinstance(place, Path) else [])) if group.first else ():
+            check_writable(path)
+            check_kept(path, (picture for picture, _ in (*dataset.train, *dataset.val)))
+        if group.first and not resume and has_checkpoint(place):
+            raise ValueError(
+                f"{place} is the checkpoint of an unfinished training; continue it with --resume, or remove it"
+            )
+        check_shared(place, group, device)
         features = cached_features(network, dataset, settings, group, cache, _feature_callback(callbacks), reading)
         train, val = features.train, features.val
         if len(train.paths) < settings.batch:
@@ -202,15 +219,16 @@ def finetune(
             "network": fingerprint(network),
             "data": _data_fingerprint(dataset, features, levels),
         }
-        checkpointer = Checkpointer(checkpoint, identity, group)
+        checkpointer = Checkpointer(place, identity, group)
         arrays: dict[str, Tensor] = {}
         progress = TrainingProgress()
-        if checkpoint.exists():
+        if has_checkpoint(place):
             most = ARRAYS * sum(values.numel() * values.element_size() for values in empty.parameters()) + FURTHER
-            arrays, progress = _read_checkpoint(checkpoint, identity, settings, most)
+            arrays, progress = _read_checkpoint(place, identity, settings, most)
         if len(set(group.texts(json.dumps(asdict(progress)), device))) > 1:
             raise ValueError(
-                f"the processes do not all find the same {checkpoint}; name an output in a folder that all share"
+                f"the processes do not all find the same {place}; wait until the folder shows all of them the same, and"
+                " run the same command again"
             )
         if not group.first:
             progress.loss = 0.0  # the loss in a checkpoint is the sum over all processes
@@ -270,7 +288,7 @@ def finetune(
                 written[1].unlink(missing_ok=True)  # a chart of an earlier training would not match
             else:
                 charts.save_chart(draw_history(progress.history)[0], written[1])
-            checkpoint.unlink(missing_ok=True)
+            remove_checkpoint(place)
         group.wait()
     return Finetuned(tuned, tuple(progress.history), best, dict(features.failed), tuple(leaks))
 
@@ -315,7 +333,7 @@ def _first_stage(
 
 
 def _read_checkpoint(
-    checkpoint: Path, identity: dict[str, Any], settings: Settings, most: int
+    checkpoint: Path | str, identity: dict[str, Any], settings: Settings, most: int
 ) -> tuple[dict[str, Tensor], TrainingProgress]:
     """Read a checkpoint of at most `most` bytes; raise ValueError if it is of another training."""
     arrays, state, progress = read_checkpoint(checkpoint, max_bytes=most)

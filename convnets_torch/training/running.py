@@ -7,12 +7,16 @@ import csv
 import json
 import math
 import os
+import secrets
+import shutil
+import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import InitVar, asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +24,12 @@ from torch.optim import SGD, Optimizer
 
 from convnets_torch import files
 from convnets_torch.files import open_own, replacing
+from convnets_torch.images.finding import few
+from convnets_torch.images.remote import is_remote
+from convnets_torch.images.stores import BLOCK, Folder, local_path, parts_of
 from convnets_torch.options import FormerAttribute, former_names, renamed
-from convnets_torch.safetensors_io import arrays_of_opened, write_arrays
+from convnets_torch.safetensors_io import array_bytes, arrays_of_opened, write_arrays
+from convnets_torch.text import printable
 from convnets_torch.training.distributed import Group
 from convnets_torch.training.stages import LayerRow, Stage
 from convnets_torch.visualization import charts
@@ -150,7 +158,7 @@ class Checkpointer:
         best: name -> values at the best epoch of the current stage; empty while an epoch of an earlier stage is best.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], group: Group) -> None:
+    def __init__(self, path: Path | str, identity: dict[str, Any], group: Group) -> None:
         self.path, self.group = path, group
         self._identity = identity
         self.best: dict[str, Tensor] = {}
@@ -304,6 +312,7 @@ def _raise_not_finite(stage: Stage, progress: TrainingProgress, checkpointer: Ch
 
 KEY = "training"  # of the state in the metadata of the safetensors header
 SCHEMA = 1
+LOOKS = (0.1, 0.5, 1.0, 2.0, 0.0)  # seconds after a look for a file that another machine has just written
 MOST_STATE = 1 << 25  # maximum bytes of the state: enough for 100,000 epochs
 
 
@@ -311,13 +320,82 @@ def save_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], 
     """Write a checkpoint, atomically replacing the previous one.
 
     Args:
+        path: of a file, or the address of one in an object store.
         arrays: on any device.
         state: JSON-serialisable data.
 
     Raises:
         OSError: it cannot be written; the previous one is kept.
     """
-    write_arrays(path, arrays, {KEY: json.dumps({**state, "schema": SCHEMA})})
+    metadata = {KEY: json.dumps({**state, "schema": SCHEMA})}
+    if is_remote(str(path)):
+        folder, name = _stored(path)
+        content = array_bytes(arrays, metadata)
+        folder.write(name, lambda file: file.write(content))
+    else:
+        write_arrays(path, arrays, metadata)
+
+
+def _stored(path: str | os.PathLike[str]) -> tuple[Folder, str]:
+    """The folder of a checkpoint, and its name there."""
+    if not is_remote(str(path)):
+        return Folder(Path(path).parent), Path(path).name
+    address, mark, query = str(path).partition("?")
+    folder, _, name = address.rpartition("/")
+    return Folder(f"{folder}{mark}{query}"), name
+
+
+def checkpoint_in(folder: str | os.PathLike[str], name: str) -> Path | str:
+    """Return the path of a checkpoint in a folder, or its address in an object store.
+
+    >>> checkpoint_in("s3://bucket/runs/?region=eu", "mine.safetensors")
+    's3://bucket/runs/mine.safetensors?region=eu'
+    """
+    if not is_remote(str(folder)):
+        return local_path(folder) / name
+    parts_of(str(folder), query=True)  # raises if it holds a password
+    address, mark, query = str(folder).partition("?")
+    return f"{address.rstrip('/')}/{name}{mark}{query}"
+
+
+def has_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is a checkpoint; OSError if its store does not answer."""
+    folder, name = _stored(path)
+    return folder.exists(name)
+
+
+def remove_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Remove a checkpoint, if it is there."""
+    folder, name = _stored(path)
+    folder.remove(name)
+
+
+def check_shared(path: str | os.PathLike[str], group: Group, device: torch.device) -> None:
+    """Check that all processes of a group see the folder of a checkpoint, by a file that rank 0 writes there.
+
+    Raises:
+        ValueError: one does not, as on another machine whose folder of this name is its own.
+        OSError: nothing can be written there.
+    """
+    if group.size == 1:
+        return
+    folder, name = _stored(path)
+    probe = f"{name}.{group.texts(secrets.token_hex(8), device)[0]}.tmp"
+    try:
+        if group.first:
+            folder.write(probe, lambda file: file.write(b"seen by all processes?"))
+        group.wait()
+        sees = any(folder.exists(probe) or time.sleep(wait) for wait in LOOKS)  # type: ignore[func-returns-value]
+        seen = [json.loads(text) for text in group.texts(json.dumps([socket.gethostname(), sees]), device)]
+    finally:
+        if group.first:
+            folder.remove(probe)
+    if blind := [f"process {rank} on {printable(host)}" for rank, (host, sees) in enumerate(seen) if not sees]:
+        raise ValueError(
+            f"{few(blind)} cannot see the folder {folder}, in which process 0 writes the checkpoint, so that a restart"
+            " would find another one or none; give a folder or an object store that all machines share (checkpoint,"
+            " --checkpoint)"
+        )
 
 
 def read_checkpoint(
@@ -326,15 +404,14 @@ def read_checkpoint(
     """Read the arrays, on the CPU, the state that `save_checkpoint` wrote, and the progress in it.
 
     Args:
-        path: of a file that an earlier run of this user wrote.
+        path: of a file that an earlier run of this user wrote, or the address of one in an object store.
         max_bytes: reject a larger file.
 
     Raises:
         OSError: the file does not exist, is a link or another user's, or cannot be read.
         ValueError: the file is not a checkpoint, is damaged, or is too large or of another version.
     """
-    path = Path(path)
-    with open_own(path) as opened:
+    with _opened(path) as opened:
         size = os.fstat(opened.fileno()).st_size
         if max_bytes is not None and size > max_bytes:
             raise damaged(path, f"it has {size:,} bytes, but this training needs at most {max_bytes:,}")
@@ -361,7 +438,21 @@ def read_checkpoint(
         raise damaged(path, str(error)) from None
 
 
-def damaged(path: Path, reason: str) -> ValueError:
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a checkpoint as a file, of an object store as a copy."""
+    if not is_remote(str(path)):
+        with open_own(Path(path)) as opened:
+            yield opened
+        return
+    folder, name = _stored(path)
+    with tempfile.TemporaryFile() as copy, folder.open(name) as found:
+        shutil.copyfileobj(found, copy, BLOCK)
+        copy.seek(0)
+        yield copy
+
+
+def damaged(path: str | os.PathLike[str], reason: str) -> ValueError:
     """Return the error for a damaged checkpoint."""
     return ValueError(f"{path} is damaged ({reason}); remove it to start again")
 

@@ -343,7 +343,10 @@ class LayersStage:
         self._run: nn.Module = network
         if group.size > 1:
             places = [self._device] if self._device.type == "cuda" else None
-            self._run = DistributedDataParallel(network, places, broadcast_buffers=False)
+            # DDP sorts gradients anew after a first step, and where three or more are added, their order changes last
+            # bits, so that a training that was continued would differ. It does not sort those that may be unused.
+            unused = group.size > 2
+            self._run = DistributedDataParallel(network, places, broadcast_buffers=False, find_unused_parameters=unused)
 
     def count(self) -> int:
         return -(-len(self._views) // self._settings.batch)

@@ -61,7 +61,7 @@ def write(folder: Path, rows: int, values: int) -> None:
 
     from convnets_torch.batch.jobs import Job
     from convnets_torch.batch.rows import Rows, Values, write_part
-    from convnets_torch.batch.stores import State
+    from convnets_torch.images.stores import State
 
     job = Job.open(folder / "job")
     centres = np.random.default_rng(0).standard_normal((rows // 50, values), np.float32)

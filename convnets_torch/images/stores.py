@@ -1,4 +1,4 @@
-"""Folders and object stores, as the folder of a job and as the place of pictures.
+"""Folders and object stores, as the folder of a job, the place of pictures, and that of a checkpoint.
 
 The one module that opens files through `pyarrow.fs`: addresses of stores come from the user and are no local files,
 which `convnets_torch.files` opens. What it reads of a store is bounded like a file. An error is a fact about a file,
@@ -29,7 +29,7 @@ from convnets_torch.text import printable
 WAITS = (1.0, 4.0, 10.0)  # seconds before a request to a store is tried again
 BLOCK = 1 << 20  # bytes
 NATIVE = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")  # schemes that pyarrow itself reads
-NO_PYARROW = "batch jobs need pyarrow: pip install 'convnets-torch[batch]'"
+NO_PYARROW = "batch jobs and object stores need pyarrow: pip install 'convnets-torch[batch]'"
 # Errors of a disk that are a fact about the file; others, such as EIO or ESTALE, are the disk's.
 OF_THE_FILE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO, errno.EINVAL}
 MISSING = {errno.ENOENT, errno.ENOTDIR}
