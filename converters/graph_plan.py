@@ -1072,6 +1072,9 @@ def _split(layers: dict[str, Layer], *, later: bool = False) -> _Parts:
             if chain[start].kind in ("global_max", "max_pool"):
                 note += "; --pool max embeds them"
             return _Parts(features, None, (0, 0), None, None, None, (note,), features[-1].node, later=pooled)
+    ordered_cells = start is not None and chain[start].entry[3].get("channels_last")
+    if ordered_cells and not any(one.kind == "dense" for one in chain[start:]):
+        return without_head("its output is not a map")  # but all cells, in an order that no dense layer undoes
     if start is not None:
         head = _sliding_head(chain[start:])
         fixed = next((one for one in head if one.kind in ELEMENTWISE and one.kind not in SLIDING), None)

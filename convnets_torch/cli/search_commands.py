@@ -279,7 +279,7 @@ def duplicates(
     ),
     output: Path | None = option(None, "Contact sheet to write, as a picture, or .csv."),
     job: str | None = option(
-        None, "Folder or address for the work of several processes or machines, which may be killed.", metavar="JOB"
+        None, "Folder of a job that the work is divided by: a path, or an address such as s3://bucket/job."
     ),
     executor: Literal["auto", "local", "static", "ray"] = option("auto", "With --job: who compares, as in batch run."),
     address: str | None = option(

@@ -158,6 +158,8 @@ LAYERS: dict[str, Model] = {
     "operation_mean": lambda L, k, x: k.ops.mean(L.Conv2D(4, 3)(x), axis=(1, 2)),
     "ends_in_sigmoid": lambda L, k, x: L.Conv2D(4, 3, activation="sigmoid")(x),
     "ends_in_fused_softmax": lambda L, k, x: L.GlobalAveragePooling2D()(L.Conv2D(4, 3, activation="softmax")(x)),
+    "ends_in_sigmoid_of_cells": lambda L, k, x: L.Activation("sigmoid")(L.Flatten()(L.Conv2D(4, 3)(x))),
+    "ends_in_softmax_of_cells": lambda L, k, x: L.Softmax()(L.BatchNormalization()(L.Flatten()(L.Conv2D(4, 3)(x)))),
     "ends_in_sigmoid_of_sum": lambda L, k, x: L.Activation("sigmoid")(L.Multiply()([y := _vector(L, x), y])),
     # wrappers
     "time_distributed": lambda L, k, x: L.TimeDistributed(L.Dense(7, activation="softmax"))(L.Conv2D(4, 3)(x)),
