@@ -93,7 +93,7 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_the_training_for_slurm_starts_torchrun_on_each_node(training, tmp_path):
     """On one node, whose `srun` and `scontrol` stand for those of SLURM."""
     script = FOLDER / "finetune_slurm.sh"

@@ -19,6 +19,7 @@ from convnets_torch.card import Card, read_card
 from convnets_torch.evaluation.calibration import with_temperature
 from convnets_torch.fcn.convolutional import Convolutional
 from convnets_torch.images.preprocessing import preset
+from convnets_torch.inference import quantization
 from convnets_torch.networks import NETWORKS, inception, packed_int8
 from convnets_torch.networks.quantized import QuantizedAdd, QuantizedConv2d, QuantizedLinear, quantizable
 from convnets_torch.weights import with_last_layer
@@ -296,6 +297,15 @@ def test_the_command(tmp_path, command):
     code, _, err = command("quantize", plain, tmp_path / "pictures/00.png", "-o", tmp_path / "few.safetensors")
     assert (code, "1 of 1 pictures are usable, but calibration needs 8" in err) == (1, True)
     assert not (tmp_path / "few.safetensors").exists()
+
+
+@pytest.mark.parametrize("narrow", ["vgg16"], indirect=True)
+def test_of_many_pictures_a_part_is_used(narrow, monkeypatch):
+    monkeypatch.setattr(quantization, "MOST_PICTURES", 13)
+    images = pictures(21)
+    found = quantize(narrow, images)
+    assert found.agreement.pictures + found.agreement.images == 11
+    assert found.notes == ("11 of the 21 pictures are used, evenly spaced; more would change little",)
 
 
 def test_training_refuses_them(quantized):
