@@ -21,6 +21,7 @@ from torch.export import Dim
 
 from convnets_torch._version import __version__
 from convnets_torch.card import Card, network_digest
+from convnets_torch.fcn.densify import Densified
 from convnets_torch.files import (
     cache_folder,
     check_own_folder,
@@ -179,7 +180,9 @@ def _program(module: nn.Module, heatmap: bool, size: Size) -> Iterator[Path]:
     """Yield the OpenVINO program of a module: that in the cache, else a new one, which is kept there if possible."""
     folder = cache_folder() / "engines"
     try:
-        kept = None if not isinstance(module, Network) or module.card is None else folder / _key(module, heatmap, size)
+        kept = None
+        if isinstance(module, Network) and not isinstance(module, Densified) and module.card is not None:
+            kept = folder / _key(module, heatmap, size)  # the code of others is the user's, and may change
         if kept is not None:
             make_folder(folder.parent, folder.name)
             check_own_folder(kept)

@@ -90,6 +90,9 @@ def own_programs(work: Work) -> dict[str, Builder]:
         programs["ours, prepare auto"] = partial(prepared, work, "auto")
     programs[f"ours, prepare {best} compiled"] = partial(prepared, work, best, compiled=True)
     programs[f"ours, engine openvino {best}"] = partial(engine, work, best)
+    if not work.float32_only:
+        programs["ours, int8"] = partial(quantized, work)
+        programs["ours, int8, engine openvino"] = partial(quantized, work, in_engine=True)
     return programs
 
 
@@ -168,6 +171,32 @@ def engine(work: Work, precision: str) -> Program:
 
     made = engine_of(module_of(work), "openvino", precision=precision, size=224)  # type: ignore[arg-type]
     return runs(made)(images_of(work))
+
+
+def quantized(work: Work, in_engine: bool = False) -> Program:
+    """Return our program of 8-bit integers; calibrated on noise, since weights are random, too."""
+    import numpy as np
+
+    from convnets_torch import densify, quantize
+    from convnets_torch.card import Card
+    from convnets_torch.images.preprocessing import preset
+    from convnets_torch.inference.allocation import keep_memory
+    from convnets_torch.inference.engines import engine as engine_of
+    from convnets_torch.inference.prepare import prepare
+    from convnets_torch.networks import resnet50
+
+    keep_memory()
+    rule = preset("resnet50", "torchvision")
+    network: Any
+    if work.name == "resnet50":  # torchvision's adds maps without a layer, so that sums would not be integers
+        network = resnet50(stride_in="3x3", bias=False).eval()
+        network.card = Card("resnet50", {"classes": 1000, "stride_in": "3x3", "bias": False}, rule, "imagenet-1k")
+    else:
+        network = densify(module_of(work), 224, preprocessing=rule, classes="imagenet-1k")
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(8)]
+    made = quantize(network, noise).network
+    return runs(engine_of(made) if in_engine else prepare(made, device="cpu"))(images_of(work))
 
 
 def eager(work: Work, library: str, precision: str, last: bool = False, compiled: bool = False) -> Program:
