@@ -14,7 +14,10 @@ from torch._inductor import config as inductor
 
 from convnets_torch import load, prepare, save, score_map
 from convnets_torch.inference.prepare import RuntimeRemark, cpu_has_bfloat16
+from convnets_torch.networks import packed_int8
+from convnets_torch.networks.graph_network import GraphNetwork
 from convnets_torch.networks.packed import PackedConv2d, PackedLinear
+from convnets_torch.networks.quantized import Rounding, quantized_form
 from convnets_torch.weights import list_networks
 from tests.conftest import NARROW
 from tests.reference.nearness import differ, with_statistics
@@ -41,6 +44,50 @@ def test_every_network_answers_the_same(narrow, precision):
         assert differ(strips, whole.float()) <= max(MARGINS[precision], 1e-5)
         dense = score_map(ready, larger.to(dtype), cell_stride=16)
         assert differ(dense, score_map(narrow, larger, cell_stride=16)) <= max(MARGINS[precision], 1e-5)
+
+
+def residual(entries) -> GraphNetwork:
+    """A network of a 1x1 convolution `conv`, a convolution `first`, and what adds them."""
+    conv = {"outputs": 4, "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "bias": True}
+    features = [
+        ("first", "conv", ("images",), {"inputs": 3, "kernel": (3, 3), **conv}),
+        ("conv", "conv", ("first",), {"inputs": 4, "kernel": (1, 1), **conv}),
+        *entries,
+    ]
+    graph = {"features": features, "head": None, "size": (9, 9), "window": (0, 0), "no_map": "it is a test"}
+    torch.manual_seed(0)
+    return GraphNetwork(None, graph).eval()
+
+
+@pytest.mark.parametrize(
+    ("entries", "fused"),
+    [
+        ([("sum", "add", ("first", "conv"), {}), ("relu", "relu", ("sum",), {})], True),
+        ([("sum", "add", ("conv", "first"), {})], True),
+        ([("sum", "add", ("conv", "conv"), {})], False),
+        ([("relu", "relu", ("conv",), {}), ("sum", "add", ("first", "relu"), {})], False),
+        ([("sum", "add", ("first", "conv"), {}), ("more", "add", ("sum", "conv"), {})], False),
+        ([("sum", "add", ("first", "conv"), {}), ("twice", "again", ("sum",), {"layer": "conv"})], False),
+        ([("sum", "add", ("conv", "first"), {}), ("twice", "again", ("sum", "first"), {"layer": "sum"})], False),
+        ([("sum", "add", ("conv", "first", "first"), {})], False),
+    ],
+)
+@pytest.mark.parametrize("integers", [False, True])
+def test_residual_sums_are_fused_where_nothing_else_reads_them(entries, fused, integers):
+    network = residual(entries)
+    images = torch.rand(2, 3, 9, 9)
+    with torch.inference_mode():
+        if integers:
+            network = quantized_form(network, ())
+            for module in network.modules():
+                if isinstance(module, Rounding):
+                    module.input_scale.fill_(0.02)
+                    module.input_zero_point.fill_(128)
+        wanted = network.features(images)
+        ready = prepare(network, device="cpu", precision="float32")
+        assert differ(ready.features(images), wanted) < (0.03 if integers else 1e-6)
+    if not integers or packed_int8.is_available():
+        assert (type(ready.features.conv) is nn.Identity) == fused
 
 
 @ON_ANY_CPU

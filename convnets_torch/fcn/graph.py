@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from convnets_torch.fcn.sliding import ELEMENTWISE, slide
 from convnets_torch.networks import layers as own
 from convnets_torch.networks.network import Network, as_network, check_map
-from convnets_torch.networks.packed import PackedConv2d
-from convnets_torch.networks.packed_int8 import Int8MaxPool2d, PackedInt8Add, PackedInt8Conv2d
+from convnets_torch.networks.packed import PackedAdd, PackedConv2d
+from convnets_torch.networks.packed_int8 import Int8MaxPool2d, PackedInt8Conv2d
 from convnets_torch.networks.quantized import QuantizedAdd, QuantizedConv2d
 from convnets_torch.networks.tracing import LayerTracer
 
@@ -391,7 +391,7 @@ def layer_op(layer: nn.Module, name: str, inputs: tuple[int, ...]) -> Op:
     """Return the op of one layer; ValueError if it is unknown, or its padding depends on the map."""
     if isinstance(layer, CELLWISE):
         return Op(name, "cells", inputs, out_of_place(layer))
-    if isinstance(layer, PackedInt8Add):
+    if isinstance(layer, PackedAdd):
         return Op(name, "merge", inputs, layer.merge)
     if isinstance(layer, MERGING):
         return Op(name, "merge", inputs, layer)

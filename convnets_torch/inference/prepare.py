@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from convnets_torch.networks import packed_int8
+from convnets_torch.networks.layers import Add
 from convnets_torch.networks.network import check_eval_mode
-from convnets_torch.networks.packed import FUSIBLE, PackedConv2d, PackedLinear, fusible, is_available
-from convnets_torch.networks.quantized import Rounding, is_quantized, replace_layer
+from convnets_torch.networks.packed import FUSIBLE, PackedAdd, PackedConv2d, PackedLinear, fusible, is_available
+from convnets_torch.networks.quantized import Rounding, is_quantized, replace_layer, residuals
 from convnets_torch.networks.tracing import pairs, replicate, unwrapped
 from convnets_torch.text import ConvnetsTorchWarning, check_choice
 
@@ -204,7 +205,7 @@ def _pack(ready: nn.Module) -> None:
     if not is_available() or not dtypes <= {torch.float32, torch.bfloat16}:
         ready.to(memory_format=torch.channels_last)
         return
-    activations = dict(pairs(ready, *FUSIBLE))
+    activations, sums = dict(pairs(ready, *FUSIBLE)), list(residuals(ready))
     for name, layer in list(ready.named_modules()):
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
             after = fusible(ready, activations.get(name))
@@ -216,6 +217,14 @@ def _pack(ready: nn.Module) -> None:
             continue
         if after is not None:
             replace_layer(ready, activations[name], nn.Identity())
+    for found in sums:
+        conv = ready.get_submodule(found.conv)
+        if type(ready.get_submodule(found.add)) is Add and isinstance(conv, PackedConv2d):
+            after = fusible(ready, activations.get(found.add))
+            replace_layer(ready, found.add, PackedAdd(conv, found.shortcut, after))
+            replace_layer(ready, found.conv, nn.Identity())
+            if after is not None:
+                replace_layer(ready, activations[found.add], nn.Identity())
 
 
 def _compile(ready: nn.Module, device: torch.device) -> None:

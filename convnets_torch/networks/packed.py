@@ -50,12 +50,14 @@ class _Packed(nn.Module):
     def _keep(self, layer: nn.Conv2d | nn.Linear, activation: nn.Module | None, weight: Tensor) -> None:
         # (layout key, weights), replaced atomically; in a list, so that replicas of the layer share it
         self._layout: list[tuple[Any, Tensor]] = [(None, weight)]
-        self._after = (
-            () if activation is None else (activation,)
-        )  # a tuple, so that it is not registered as a submodule
+        self.fuse(activation)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
-        self.fused: tuple[str, list[float]] = ("none", []) if activation is None else FUSIBLE[type(activation)]
         self.shape, self.dtype = tuple(layer.weight.shape), layer.weight.dtype
+
+    def fuse(self, activation: nn.Module | None) -> None:
+        """Apply an activation, one of `FUSIBLE`, to the output."""
+        self._after = () if activation is None else (activation,)  # in a tuple, so that it is no submodule
+        self.fused: tuple[str, list[float]] = ("none", []) if activation is None else FUSIBLE[type(activation)]
 
     @property
     def weight(self) -> Tensor:
@@ -112,6 +114,25 @@ class PackedConv2d(_Packed):
             return F.conv2d(cells, self._blank(), None, stride, padding, dilation, self.groups)
         if self._is_plain(cells):
             return self._finished(F.conv2d(cells, self.weight, self.bias, stride, padding, dilation, self.groups))
+        numbers, weight = self._packed_for(cells, stride, padding, dilation)
+        return torch.ops.mkldnn._convolution_pointwise(cells, weight, self.bias, *numbers, *self.fused, "")
+
+    def add(self, cells: Tensor, shortcut: Tensor) -> Tensor:
+        """Convolve, add a map of the same size, and apply the activation; for 1x1 convolutions of stride 1."""
+        if not isinstance(cells, Tensor):  # the dry run of `fcn.memory`
+            return F.conv2d(cells, self._blank()) + shortcut
+        if self._is_plain(cells) or self._is_plain(shortcut):
+            return self._finished(F.conv2d(cells, self.weight, self.bias) + shortcut)
+        cells, shortcut = (each.contiguous(memory_format=torch.channels_last) for each in (cells, shortcut))
+        numbers, weight = self._packed_for(cells, (1, 1), (0, 0), (1, 1))
+        unary = (None, [], None) if self.fused[0] == "none" else (*self.fused, "")
+        made: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+            cells, shortcut, weight, self.bias, *numbers, "add", 1.0, *unary
+        )
+        return made
+
+    def _packed_for(self, cells: Tensor, stride: Any, padding: Any, dilation: Any) -> tuple[tuple[Any, ...], Tensor]:
+        """Return the numbers of the convolution, and the weights packed for them and for the size of a map."""
         numbers = (list(padding), list(stride), list(dilation), self.groups)
         wanted = (tuple(cells.shape[2:]), *map(tuple, numbers[:3]))
         made_for, weight = self._layout[0]
@@ -119,10 +140,31 @@ class PackedConv2d(_Packed):
             plain = self.weight.contiguous(memory_format=torch.channels_last)
             weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *numbers, list(cells.shape))
             self._layout[0] = (wanted, weight)
-        return torch.ops.mkldnn._convolution_pointwise(cells, weight, self.bias, *numbers, *self.fused, "")
+        return numbers, weight
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+
+
+class PackedAdd(nn.Module):
+    """A residual sum that a 1x1 convolution computes, with an optional fused activation.
+
+    It takes the shortcut and the convolution's input, in the order of the sum's inputs.
+    """
+
+    def __init__(self, conv: PackedConv2d, shortcut: int, activation: nn.Module | None) -> None:
+        """`shortcut`: which of the two inputs is the shortcut."""
+        super().__init__()
+        self.conv, self.shortcut = (conv,), shortcut  # in a tuple, so that it is no submodule
+        conv.fuse(activation)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Add two maps."""
+        return self.merge(*inputs)
+
+    def merge(self, *inputs: Tensor) -> Tensor:
+        """Add two maps; the result never is of integers."""
+        return self.conv[0].add(inputs[1 - self.shortcut], inputs[self.shortcut])
 
 
 class PackedLinear(_Packed):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn import functional as F
 
-from convnets_torch.networks.packed import FUSIBLE, PackedConv2d, PackedLinear, _Packed, fusible
+from convnets_torch.networks.packed import FUSIBLE, PackedAdd, PackedConv2d, PackedLinear, _Packed, fusible
 from convnets_torch.networks.quantized import (
     LEAST,
     MOST,
@@ -79,11 +79,6 @@ class _Integers(_Packed):
         self.fuse(activation)
         self._layout = [(None, layer.weight_int8)]
 
-    def fuse(self, activation: nn.Module | None) -> None:
-        """Apply an activation, one of `packed.FUSIBLE`, to the output."""
-        self._after = () if activation is None else (activation,)
-        self.fused = ("none", []) if activation is None else FUSIBLE[type(activation)]
-
     @property
     def weight(self) -> Tensor:
         """The weights that the integers stand for."""
@@ -137,7 +132,7 @@ class PackedInt8Conv2d(_Integers, PackedConv2d):
         )
         return made
 
-    def add(self, cells: Tensor, shortcut: Tensor, scale: Scale, gives: Scale | None) -> Tensor:
+    def add_rounded(self, cells: Tensor, shortcut: Tensor, scale: Scale, gives: Scale | None) -> Tensor:
         """Convolve, add a shortcut rounded to `scale`, and apply the activation."""
         layer = self.quantized[0]
         if not isinstance(cells, Tensor):  # the dry run of `fcn.memory`
@@ -218,30 +213,25 @@ class Int8MaxPool2d(nn.MaxPool2d):
         return torch.ops.quantized.max_pool2d(input, *sides, self.ceil_mode)
 
 
-class PackedInt8Add(nn.Module):
-    """A residual sum that a 1x1 convolution of integers computes, with an optional fused activation.
+class PackedInt8Add(PackedAdd):
+    """A residual sum that a convolution of integers computes."""
 
-    It takes the shortcut and the convolution's input, in the order of the sum's inputs.
-    """
+    conv: tuple[PackedInt8Conv2d]
+    gives: Scale | None = None
 
     def __init__(self, layer: QuantizedAdd, conv: PackedInt8Conv2d, activation: nn.Module | None) -> None:
-        super().__init__()
-        self.conv = (conv,)
-        self.shortcut = layer.shortcut
+        super().__init__(conv, layer.shortcut, activation)
         self.shortcut_takes = Scale(float(layer.input_scale), int(layer.input_zero_point))
-        conv.fuse(activation)
-        self.gives: Scale | None = None
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self._run(inputs, self.gives)
 
     def merge(self, *inputs: Tensor) -> Tensor:
-        """The same, with an output that is not integers."""
         return self._run(inputs, None)
 
     def _run(self, inputs: tuple[Tensor, ...], gives: Scale | None) -> Tensor:
-        [conv], cells, shortcut = self.conv, inputs[1 - self.shortcut], inputs[self.shortcut]
-        return conv.add(cells, shortcut, self.shortcut_takes, gives)
+        cells, shortcut = inputs[1 - self.shortcut], inputs[self.shortcut]
+        return self.conv[0].add_rounded(cells, shortcut, self.shortcut_takes, gives)
 
 
 def pack(network: nn.Module, dtype: torch.dtype) -> None:

@@ -12,6 +12,7 @@ section 2.1; here with signed weights, symmetric and per output channel, and uns
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -224,17 +225,20 @@ class Residual(NamedTuple):
 
 
 def residuals(network: nn.Module, kind: type[nn.Conv2d] = nn.Conv2d) -> Iterator[Residual]:
-    """Yield the sums of two maps of which one is a 1x1 convolution's; batch normalisation must have been folded."""
+    """Yield the sums of two maps of which one is a 1x1 convolution's, each called once; fold normalisation first."""
     for prefix, graph, part in graphs_of(network):
+        calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
         for node in graph.nodes:
             if node.op != "call_module" or not isinstance(part.get_submodule(str(node.target)), Add):
                 continue
-            if len(node.args) != 2 or node.args[0] is node.args[1]:
+            if len(node.args) != 2 or node.args[0] is node.args[1] or calls[node.target] > 1:
                 continue
             for place in (1, 0):  # of two convolutions, the second is the block's
                 conv = only_reader(part, node.args[place])
-                layer = None if conv is None else part.get_submodule(str(conv.target))
-                if conv is not None and type(layer) is kind and _is_pointwise(layer):
+                if conv is None or calls[conv.target] > 1:
+                    continue
+                layer = part.get_submodule(str(conv.target))
+                if type(layer) is kind and _is_pointwise(layer):
                     yield Residual(f"{prefix}{node.target}", f"{prefix}{conv.target}", 1 - place)
                     break
 
