@@ -28,7 +28,7 @@ from convnets_torch.embeddings.neighbours import Metric
 from convnets_torch.embeddings.scanning import Question, merged, scan
 from convnets_torch.embeddings.search import recall
 from tests.finetuned import small_resnet
-from tests.reference.made_index import add, filled
+from tests.reference.made_index import add, filled, rows_of
 from tests.reference.pictures import picture
 
 for name, extra in (("pyarrow", "batch"), ("lancedb", "search"), ("lance", "cluster-index")):
@@ -57,15 +57,6 @@ def photos(tmp_path_factory) -> Path:
             path.write_bytes(path.read_bytes()[:400] if content is None else content)
     shutil.copy(folder / "a" / "07.png", folder / "b" / "copy.png")
     return folder
-
-
-def rows_of(address) -> dict[str, dict]:
-    """Path -> row, read from the table itself; none twice."""
-    table = PictureTable.open(str(address))
-    rows = [row for some in table.read(table.table.schema.names) for row in some.to_pylist()]
-    found = {row["path"]: row for row in rows}
-    assert len(found) == len(rows)
-    return found
 
 
 def files_of(address) -> set[str]:

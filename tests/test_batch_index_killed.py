@@ -28,9 +28,8 @@ from convnets_torch.images.stores import Folder
 from tests import test_batch_killed as killed
 from tests.finetuned import small_resnet
 from tests.reference.clusters import children, raylet
-from tests.reference.made_index import add, filled
+from tests.reference.made_index import add, filled, rows_of
 from tests.reference.pictures import picture
-from tests.test_batch_index import rows_of
 
 for name in ("lancedb", "lance"):
     pytest.importorskip(name, reason=f"needs {name}")

@@ -1,4 +1,4 @@
-"""An index without files, of made vectors."""
+"""An index without files, of made vectors, and the rows of any index."""
 
 from __future__ import annotations
 
@@ -41,3 +41,12 @@ def add(table, count, seed):
             for number, vector in enumerate(vectors)
         ]
     )
+
+
+def rows_of(address) -> dict[str, dict]:
+    """Path -> row, read from the table itself; none twice."""
+    table = PictureTable.open(str(address))
+    rows = [row for some in table.read(table.table.schema.names) for row in some.to_pylist()]
+    found = {row["path"]: row for row in rows}
+    assert len(found) == len(rows)
+    return found
