@@ -249,7 +249,7 @@ def test_what_cannot_be_quantised_is_refused(quantized, narrow, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("narrow", ["resnet50"], indirect=True)
-def test_engines_and_exports_compute_them(quantized, narrow, tmp_path):
+def test_an_engine_multiplies_integers(quantized):
     openvino = pytest.importorskip("openvino")
     images = torch.randn(2, 3, *quantized.size)
     wanted = quantized(images)
@@ -261,6 +261,12 @@ def test_engines_and_exports_compute_them(quantized, narrow, tmp_path):
             each["runtimePrecision"].astype(str) for each in kinds if each["layerType"].astype(str) == "Convolution"
         ]
         assert found == ["u8"] * 53
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("narrow", ["alexnet"], indirect=True)
+def test_maps_in_engines_and_exports(quantized, narrow, tmp_path):
+    pytest.importorskip("openvino")
     larger = torch.randn(1, 3, 260, 300)
     assert differ(engine(quantized, heatmap=True)(larger), score_map(quantized, larger)) < 0.05
     written = export(quantized, tmp_path / "int8.onnx")
@@ -268,8 +274,8 @@ def test_engines_and_exports_compute_them(quantized, narrow, tmp_path):
     assert written.bytes < export(narrow, tmp_path / "plain.onnx").bytes / 2
     onnx = pytest.importorskip("onnx")
     kinds = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
-    assert kinds.count("QuantizeLinear") >= 54
-    assert kinds.count("DequantizeLinear") >= 54 + 54
+    assert kinds.count("QuantizeLinear") == 8
+    assert kinds.count("DequantizeLinear") == 16
     assert 0 <= export(quantized, tmp_path / "int8.pt2").difference < 0.05
 
 
