@@ -26,7 +26,7 @@ from convnets_torch.networks import layers as own
 from convnets_torch.networks.network import Network, as_network, check_map
 from convnets_torch.networks.packed import PackedAdd, PackedConv2d
 from convnets_torch.networks.packed_int8 import Int8MaxPool2d, PackedInt8Conv2d
-from convnets_torch.networks.quantized import QuantizedAdd, QuantizedConv2d
+from convnets_torch.networks.quantized import QuantizedConv2d
 from convnets_torch.networks.tracing import LayerTracer
 
 
@@ -222,7 +222,7 @@ CELLWISE = (
     nn.Hardsigmoid, nn.Softsign, nn.Threshold, own.Scale, own.Normalize, own.ChannelNorm, own.LayerScale,
     own.ClippedReLU, own.Exponential, own.Channels,
 )  # fmt: skip
-MERGING = (own.Add, QuantizedAdd, own.Subtract, own.Multiply, own.Divide, own.Average, own.Maximum, own.Minimum)
+MERGING = (own.Add, own.Subtract, own.Multiply, own.Divide, own.Average, own.Maximum, own.Minimum)
 # Layers that read a window of cells; their padding must not depend on the cells' values.
 WINDOWED = (
     nn.Conv2d, QuantizedConv2d, PackedConv2d, PackedInt8Conv2d, nn.MaxPool2d, Int8MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d,
