@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from convnets_torch import classify, engine, export, load, prepare, quantize, save, score_map
+from convnets_torch import classify, embed, engine, export, load, prepare, quantize, record_activations, save, score_map
 from convnets_torch.card import Card, read_card
 from convnets_torch.evaluation.calibration import with_temperature
+from convnets_torch.explain.activations import run_to
 from convnets_torch.fcn.convolutional import Convolutional
 from convnets_torch.images.preprocessing import preset
 from convnets_torch.inference import quantization
@@ -167,6 +168,25 @@ def test_maps_stay_integers_between_layers(narrow):
 
 
 @INTEGERS
+def test_what_is_recorded_is_numbers(quantized):
+    """Between layers maps are integers, but neither for those who look at them nor in embeddings."""
+    images = torch.randn(2, 3, *quantized.size)
+    ready = prepare(quantized, device="cpu", precision="float32")
+    layers = [name for name, module in ready.named_modules() if getattr(module, "gives", None) is not None]
+    assert layers
+    answer = ready(images)
+    with torch.inference_mode():
+        found = run_to(ready, layers[-1], images)[layers[-1]]
+        with record_activations(ready, layers) as recorded:
+            ready(images)
+        assert all(each.dtype == torch.float32 for each in recorded.values())
+        assert differ(recorded[layers[-1]], found) < 0.05
+        assert torch.equal(ready(images), answer)
+    picture = pictures(1)
+    assert differ(embed(ready, picture), embed(quantized, picture)) < 0.1
+
+
+@INTEGERS
 def test_residual_sums_are_those_of_the_definition():
     torch.manual_seed(0)
     conv, cells, shortcut = nn.Conv2d(8, 16, 1).eval(), torch.randn(2, 8, 5, 6), torch.randn(2, 16, 5, 6)
@@ -243,7 +263,7 @@ def test_what_cannot_be_quantised_is_refused(quantized, narrow, tmp_path):
         quantize(prepare(narrow, device="cpu", precision="float32"), pictures(8))
     broken = replace(quantized.card, quantization=replace(quantized.card.quantization, wide=("head.none",)))
     quantized.card = broken
-    with pytest.raises(ValueError, match=r"head\.none as wide"):
+    with pytest.raises(ValueError, match=r"no layer head\.none to keep wide; quantise it again"):
         save(quantized, tmp_path / "broken.safetensors")
 
 

@@ -16,6 +16,7 @@ from convnets_torch.explain.layer_names import LayerLike, candidates, find_layer
 from convnets_torch.fcn.graph import Pair, ReceptiveField, receptive_fields, trace_ops
 from convnets_torch.networks import Network
 from convnets_torch.networks.network import check_eval_mode
+from convnets_torch.networks.packed_int8 import numbers_wanted, writing_integers
 from convnets_torch.networks.tracing import AnyModule, replicate, unwrapped
 
 BROKEN = "activations of {} are NaN or infinite: weights are broken, or too large for the precision"
@@ -86,6 +87,8 @@ def hooked(network: nn.Module, names: Iterable[str], hook: Hook) -> Iterator[Non
             hooks.callback(handle.remove)
         _recording.set(_recording.get() | {block})
         hooks.callback(lambda: _recording.set(_recording.get() - {block}))
+        before = numbers_wanted.set(True)
+        hooks.callback(lambda: numbers_wanted.reset(before))
         yield
 
 
@@ -98,7 +101,10 @@ def observed(
     it. An output that is not one tensor is a ValueError. `inputs` and `input_hook` are the same for modules' inputs.
     """
     outputs, inputs = list(outputs), list(inputs)
-    copy, stand_ins = replicate(network, map(network.get_submodule, [*outputs, *inputs]))
+    integers = writing_integers(network)
+    copy, stand_ins = replicate(network, [*map(network.get_submodule, [*outputs, *inputs]), *integers])
+    for module in integers:  # hooks see numbers
+        vars(stand_ins[module])["gives"] = None
     for name in outputs:
         stand_ins[network.get_submodule(name)].register_forward_hook(_forward_hook(name, hook))
     for name in inputs:

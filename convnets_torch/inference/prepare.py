@@ -40,7 +40,8 @@ def prepare(
     batch normalisation into the preceding convolution. On the CPU it also packs weights in oneDNN's layout, once per
     image size, and fuses activations with the preceding layer. `features`, `head`, `window`, `card` and all layer names
     stay the same; a layer that was folded or fused becomes an `Identity`, so `record_activations` of a convolution
-    returns its output after normalisation and activation.
+    returns its output after normalisation and activation. Layers of a quantised network hand on integers (uint8), which
+    hooks of your own see; `record_activations`, `embed` and the like get numbers.
 
     Args:
         network: a network of this library, or any module in eval mode, such as torchvision's; it is not changed, and

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,8 @@ class Scale(NamedTuple):
     zero_point: int
 
 
+# Whether layers of this thread write numbers, not integers, since their outputs are recorded.
+numbers_wanted: ContextVar[bool] = ContextVar("numbers_wanted", default=False)
 PLAIN = Scale(1.0, 0)  # of outputs that are not integers
 
 
@@ -89,7 +92,7 @@ class _Integers(_Packed):
         return self.__dict__ | {"_layout": [(None, self.quantized[0].weight_int8)]}
 
     def _output(self, gives: Scale | None) -> tuple[float, int, torch.dtype]:
-        return (*PLAIN, self.dtype) if gives is None else (*gives, torch.uint8)
+        return (*PLAIN, self.dtype) if gives is None or numbers_wanted.get() else (*gives, torch.uint8)
 
 
 class PackedInt8Conv2d(_Integers, PackedConv2d):
@@ -141,7 +144,7 @@ class PackedInt8Conv2d(_Integers, PackedConv2d):
         if torch.is_grad_enabled() and (cells.requires_grad or shortcut.requires_grad):
             passed = shortcut + (from_integers(rounded, scale, shortcut.dtype) - shortcut).detach()
             return self._finished(F.conv2d(layer.rounded(cells), self.weight, self.bias) + passed)
-        if gives is None:
+        if gives is None or numbers_wanted.get():
             rounded, scale = from_integers(rounded, scale, self.dtype), PLAIN
         given, numbers = self._given(cells, (1, 1), (0, 0), (1, 1))
         made: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
@@ -261,6 +264,11 @@ def pack(network: nn.Module, dtype: torch.dtype) -> None:
             layer = part.get_submodule(str(node.target)) if node.op == "call_module" else None
             if isinstance(layer, PACKED) and calls[node.target] == 1 and len(scales := set(_read(part, node))) == 1:
                 [layer.gives] = scales
+
+
+def writing_integers(network: nn.Module) -> list[nn.Module]:
+    """Return the layers whose outputs are integers."""
+    return [module for module in network.modules() if isinstance(module, PACKED) and module.gives is not None]
 
 
 PACKED = (PackedInt8Conv2d, PackedInt8Linear, PackedInt8Add)

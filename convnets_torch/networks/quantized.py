@@ -259,7 +259,7 @@ def quantized_form(network: AnyModule, wide: Collection[str]) -> AnyModule:
     """
     layers = quantizable(network)
     if unknown := sorted(set(wide) - layers.keys()):
-        raise ValueError(f"the card names {', '.join(unknown)[:200]} as wide, which the network has no layer of")
+        raise ValueError(f"the network has no layer {', '.join(unknown)[:200]} to keep wide; quantise it again")
     sums = [found for found in residuals(network) if found.conv not in wide]
     for name, layer in layers.items():
         if name not in wide:
